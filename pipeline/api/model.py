@@ -311,12 +311,13 @@ class PromptedModel:
         """Write a prompt as a package to a new directory, which `load`, `predict`, `serve` and PEFT read.
 
         Raises:
-            InputError: if the prompt is unknown or the directory exists.
+            InputError: if the prompt is unknown, its files have changed since it was loaded, or the directory exists.
         """
+        check_texts(name=name)
         check_paths(directory=directory)
-        with self._source(name) as source:
-            refuse_to_replace(Path(directory), "directory")
-            write_directory(Path(directory), lambda place: write_package(source, place))
+        refuse_to_replace(Path(directory), "directory")
+        with self._package(name) as package:
+            write_directory(Path(directory), lambda place: write_package(package, place))
 
     def push(self, name: str, to: str) -> str:
         """Send a prompt as a package to the Hugging Face hub, a URL or a directory.
@@ -329,23 +330,30 @@ class PromptedModel:
             The digest of the prompt.
 
         Raises:
-            InputError: if the prompt is unknown, something else is at `to`, or it cannot be written.
+            InputError: if the prompt is unknown, its files have changed since it was loaded, something else is at `to`,
+                or it cannot be written.
         """
-        check_texts(to=to)
-        with self._source(name) as source:
-            return push(source, to, where="to")
+        check_texts(name=name, to=to)
+        with self._package(name) as package:
+            return push(package, to, where="to")
 
     @contextlib.contextmanager
-    def _source(self, name: str) -> Iterator[Path]:
-        """A directory with a prompt."""
-        if name not in self._engine.prompts:
+    def _package(self, name: str) -> Iterator[Path]:
+        """A directory with the package of a prompt that is in memory."""
+        if (one := self._engine.prompts.get(name)) is None:
             raise InputError(f"there is no prompt `{name}`; prompts: {listed(self.prompts) or 'none'}")
-        if name not in self._tuned:
-            yield self._engine.prompts[name].artifact.path
-            return
         with tempfile.TemporaryDirectory() as scratch:
-            self._tuned[name].save(scratch)
-            yield Path(scratch)
+            source, package = one.artifact.path, Path(scratch) / "package"
+            if name in self._tuned:
+                source = Path(scratch) / "prompt"
+                self._tuned[name].save(source)
+            package.mkdir()
+            if write_package(source, package) != one.artifact.digest:
+                raise InputError(
+                    f"{source}: is another prompt now than when `{name}` was loaded; add it again to answer with the"
+                    " one that you save"
+                )
+            yield package
 
 
 def _checked(answers: Sequence[Answer]) -> Sequence[Answer]:

@@ -185,7 +185,9 @@ def test_parameters_of_other_types(t5: t5_pipeline.PromptedModel, world: Path) -
         ("path", t5.add, ("new", None), {}),
         ("name", t5.add, (None, world / "prompts/free"), {}),
         ("directory", t5.save, ("free", None), {}),
+        ("name", t5.save, (["free"], world / "saved"), {}),
         ("to", t5.push, ("free", None), {}),
+        ("name", t5.push, (["free"], "saved"), {}),
     ]
     for name, call_, given, named in calls:
         with pytest.raises(t5_pipeline.InputError, match=f"^{name}"):

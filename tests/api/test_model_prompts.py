@@ -47,6 +47,20 @@ def test_prompts_of_other_t5s_are_not_loaded(world: Path, tmp_path: Path) -> Non
         t5_pipeline.load(world / "model", tmp_path / "foreign")
 
 
+def test_a_prompt_whose_files_have_changed_is_not_saved(world: Path, tmp_path: Path) -> None:
+    t5 = t5_pipeline.load(world / "model")
+    t5.add("mine", write_prompt(world, "changing", 91))
+    write_prompt(world, "changing", 92)
+    for send in (t5.save, t5.push):
+        with pytest.raises(t5_pipeline.InputError, match="changing: is another prompt now than when `mine` was loaded"):
+            send("mine", str(tmp_path / "sent"))
+    assert not (tmp_path / "sent").exists()
+    t5.add("mine", world / "prompts" / "changing")
+    t5.save("mine", tmp_path / "sent")
+    t5.add("again", tmp_path / "sent")
+    assert t5.push("again", str(tmp_path / "again")) == t5.push("mine", str(tmp_path / "pushed"))
+
+
 def test_a_stream_continues_while_its_prompt_is_replaced(world: Path) -> None:
     t5 = t5_pipeline.load(world / "model", world / "prompts" / "long")
     (text,) = t5.generate(["say: x"], prompt="long")
