@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,13 +122,17 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 @contextlib.contextmanager
 def _recorded_signals() -> Iterator[list[int]]:
-    """Record SIGTERM and SIGINT instead of obeying them; yields the list of those received."""
+    """Record SIGTERM and SIGINT instead of obeying them; yields the list of those received.
+
+    Outside the main thread, where Python receives no signals, it records nothing.
+    """
     received: list[int] = []
 
     def record(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
 
-    before = {s: signal.signal(s, record) for s in (signal.SIGTERM, signal.SIGINT)}
+    recorded = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {s: signal.signal(s, record) for s in recorded}
     try:
         yield received
     finally:

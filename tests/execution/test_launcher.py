@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(tmp_path: Path, mon
     assert launch("lm_adapt", None, [], exit_file) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm_adapt", "lm_adapt.lock"]
     assert said == ["waiting for the processes of lm_adapt whose runner was killed; they save and exit"]
+
+
+def test_a_stage_is_launched_outside_the_main_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python handles signals in the main thread only; `tune` of the Python API may be called in any other."""
+    script = tmp_path / "stage.py"
+    script.write_text("import sys\nsys.exit(3)")
+    monkeypatch.setattr("t5_pipeline.execution.launcher.stage_script", lambda kind: script)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(launch, "lm_adapt", None, [], tmp_path / "lm_adapt.exit").result() == (3, "")
 
 
 def test_exit_code_and_message_of_two_processes_are_reported(tiny: Tiny) -> None:
