@@ -90,6 +90,7 @@ class Prompt:
                 f"{path}: {rows_PD.dtype} {list(rows_PD.shape)}, but {info.file_name} says {info.prompt_length} rows"
                 f" of width {info.width} in float32; use the file that belongs to it"
             )
+        rows_PD = rows_PD.clone()  # it is the mapped file, which may be overwritten or cut, and that ends the process
         if not bool(rows_PD.bfloat16().isfinite().all()):  # which rounds the largest numbers of fp32 to infinity
             raise InputError(f"{path}: contains numbers that are not finite; train the prompt again")
         return cls(rows_PD, info)

@@ -40,6 +40,18 @@ def test_round_trip(prompt: Prompt, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt.json", "prompt.safetensors"]
 
 
+def test_a_loaded_prompt_stays_while_its_file_is_overwritten(prompt: Prompt, tmp_path: Path) -> None:
+    """As by `cp`, which keeps the file and replaces its content."""
+    prompt.save(tmp_path)
+    loaded, file = Prompt.load(tmp_path), tmp_path / "prompt.safetensors"
+    other = Prompt(prompt.rows_PD + 1, prompt.info)
+    other.save(tmp_path / "other")
+    with file.open("r+b") as opened:
+        opened.write((tmp_path / "other" / "prompt.safetensors").read_bytes())
+    assert torch.equal(loaded.rows_PD, prompt.rows_PD)
+    assert torch.equal(Prompt.load(tmp_path).rows_PD, other.rows_PD)
+
+
 def test_prompt_file_is_small(prompt: Prompt, tmp_path: Path) -> None:
     prompt.save(tmp_path)
     assert (tmp_path / "prompt.safetensors").stat().st_size < 5 * 8 * 4 + 200

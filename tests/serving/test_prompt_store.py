@@ -53,6 +53,14 @@ def test_a_prompt_that_is_replaced_while_the_server_starts_is_read_again(
     assert store.all()["labels"].digest == digest(world, "labels")
 
 
+def test_the_rows_of_a_prompt_stay_while_its_file_is_overwritten(world: Path, store: PromptStore) -> None:
+    new, served = write_prompt(world, "../new", 77), store.all()["labels"]
+    before = served.rows_PD.clone()
+    with (world / "prompts" / "labels" / "prompt.safetensors").open("r+b") as opened:
+        opened.write((new / "prompt.safetensors").read_bytes())
+    assert torch.equal(served.rows_PD, before)
+
+
 def test_a_prompt_that_is_replaced_file_by_file_is_never_a_mixture(world: Path, store: PromptStore) -> None:
     folder, before = str(world / "prompts"), store.all()["labels"]
     task = before.info.task.model_copy(update={"inputs": "another template: {text}"})
