@@ -72,7 +72,7 @@ def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> Fa
         docs_url=None,
         redoc_url=None,
         dependencies=[Security(HTTPBearer(auto_error=False))] if options.keys else None,  # described; Guard checks them
-        responses={code: {"model": ErrorResponse} for code in (400, 401, 404, 408, 413, 429)},
+        responses={code: {"model": ErrorResponse} for code in (400, 401, 404, 408, 413, 415, 429)},
     )
     app.state.server = server
     app.add_middleware(Guard, server=server)

@@ -55,6 +55,14 @@ def failure(where: str, error: Exception) -> Refused:
     return Refused(500, "the request failed; the server's log says why")
 
 
+def _not_json(request: Request, reason: str) -> Refused:
+    """The answer to a body that cannot be read."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        return Refused(415, f"the body has the encoding {encoding[:100]}, which is not supported; send it uncompressed")
+    return Refused(400, f"the body is not JSON ({reason})")
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error in this form."""
 
@@ -67,8 +75,8 @@ def add_error_handlers(app: FastAPI) -> None:
         errors = error.errors()
         first = errors[0]
         if first["type"] == "json_invalid":
-            place = first["loc"][-1]
-            return Refused(400, f"the body is not JSON ({first['ctx']['error']} at character {place})").response()
+            reason = str(first["ctx"]["error"]).removesuffix(" starting at")
+            return _not_json(request, f"{reason} at character {first['loc'][-1]}").response()
         # Of the forms of a field, such as a text or a list of texts, the one that fits best: its error is the deepest.
         first = max((e for e in errors if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
         place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.fullmatch(str(part)))
@@ -85,7 +93,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
         if error.status_code == 400 and error.__cause__ is not None:  # of FastAPI, about a body that it cannot read
-            message = f"the body is not JSON ({str(error.__cause__).partition(';')[0]})"
+            return _not_json(request, str(error.__cause__).partition(";")[0]).response()
         if error.status_code in (404, 405):  # of the router: the routes here raise Refused
             message = f"there is no {request.method} {request.url.path[:100]}; GET /openapi.json lists all requests"
         return Refused(error.status_code, message, headers=dict(error.headers or {})).response()

@@ -52,11 +52,13 @@ class Served:
         body: Any = None,
         key: str | None = KEY,
         content_type: str = "application/json",
+        **more_headers: str,
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body and headers."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(self.url + path, data, method=method)
-        asked.add_header("Content-Type", content_type)
+        for name, value in {"Content-Type": content_type, **more_headers}.items():
+            asked.add_header(name.replace("_", "-"), value)
         if key:
             asked.add_header("Authorization", f"Bearer {key}")
         try:

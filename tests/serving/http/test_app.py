@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,7 @@ def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> No
         ({"model": "free", "prompt": ["x"] * 65}, 413, None, "65 inputs (one for each prompt), but at most 64 fit"),
         ({"model": "free", "prompt": "a\ud800"}, 400, None, "prompt: character 1 is half of a surrogate pair"),
         (b"{", 400, None, "the body is not JSON (Expecting property name enclosed in double quotes at character 1)"),
+        (b'{"model": "fr', 400, None, "the body is not JSON (Unterminated string at character 10)"),
         (b"", 400, None, "the body must be a JSON object, sent as `Content-Type: application/json`"),
         (b"[1]", 400, None, "the body must be a JSON object"),
         (b"[" * 100_000, 400, None, "the body is not JSON ("),
@@ -171,6 +173,15 @@ def test_bad_requests(served: Served, body: Any, status: int, code: str | None, 
     assert found == status, answer
     assert message in answer["error"]["message"]
     assert answer["error"].get("code") == code
+
+
+def test_a_compressed_body_is_refused(served: Served) -> None:
+    for body in (gzip.compress(b'{"model": "free", "prompt": "x"}'), b"{"):
+        status, answer, _ = served.request("POST", "/v1/completions", body, content_encoding="gzip")
+        assert (status, answer["error"]["message"]) == (
+            415,
+            "the body has the encoding gzip, which is not supported; send it uncompressed",
+        )
 
 
 def test_a_body_of_another_content_type_names_the_right_one(served: Served) -> None:

@@ -46,7 +46,7 @@ def test_a_link_chooses_prompts_and_shows_their_answers(tmp_path: Path) -> None:
     (label,) = [one["label"] for one in classified[1]["data"]]
     assert page.count("<article>") == 3
     assert f'<p class="output">{label}</p>' in page
-    percents = [float(p) for p in re.findall(r"<span>([\d.]+) %</span>", page)]
+    percents = [float(p) for p in re.findall(r"<span>([\d.]+)%</span>", page)]
     assert sum(percents) == pytest.approx(200, abs=0.3)  # two prompts with labels
     assert "5 prompts on one frozen T5" in page
     assert 'class="output error"' not in page
