@@ -74,16 +74,20 @@ def value_text(value: object, what: str, where: str, fix: str = "fix the row") -
     Raises:
         InputError: if the value is neither text nor a finite number.
     """
+    if isinstance(value, str):  # nearly always
+        return check_unicode(value, where)
     if isinstance(value, Decimal):  # of a Parquet file or a hub data set, with the digits of its column: 3.80
         return f"{value:f}"
     # NumPy's numbers are Real, too. bool is an Integral and becomes True or False, as in T5's tasks.
-    finite = isinstance(value, Integral) or not isinstance(value, Real) or math.isfinite(value)
-    if not isinstance(value, str | Real) or not finite:
-        found = "empty (null)" if value is None else type_name(value) if finite else str(value)
-        if not isinstance(value, dict | list | Real | None):  # types that JSON does not have, such as dates
+    if isinstance(value, Real):
+        if isinstance(value, Integral) or math.isfinite(value):
+            return str(value)
+        found = str(value)
+    else:
+        found = "empty (null)" if value is None else type_name(value)
+        if not isinstance(value, dict | list | None):  # types that JSON does not have, such as dates
             fix = "convert it to text"
-        raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
-    return check_unicode(value, where) if isinstance(value, str) else str(value)
+    raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
 
 
 def check_unicode(text: str, where: str) -> str:

@@ -22,14 +22,8 @@ from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes
 from t5_pipeline.cost.probes import ProbeCost, probe_cost
 from t5_pipeline.cost.throughput import seconds_of_a_step
-from t5_pipeline.execution.staleness import (
-    CellStatus,
-    cell_statuses,
-    check_first_rows,
-    check_outside,
-    jobs,
-    wanted_steps,
-)
+from t5_pipeline.execution.recipe_checks import check_first_rows, check_outside
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, jobs, wanted_steps
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import SIZES
 

@@ -18,7 +18,8 @@ from t5_pipeline.core.printable import say
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.launcher import command, launch
 from t5_pipeline.execution.packages import check_installed, check_packages
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_first_rows, check_outside, check_places
+from t5_pipeline.execution.recipe_checks import check_first_rows, check_outside, check_places
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses
 
 
 def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:

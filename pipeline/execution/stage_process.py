@@ -34,7 +34,8 @@ from t5_pipeline.execution.context import C, Stage
 from t5_pipeline.execution.devices import free_memory, make_accelerator, set_threads
 from t5_pipeline.execution.job import JobRunner
 from t5_pipeline.execution.packages import check_packages
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
+from t5_pipeline.execution.recipe_checks import check_outside, check_places
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, jobs
 
 _MAIN_PROCESS_S = 5.0  # it may fail later than the others, or not at all
 

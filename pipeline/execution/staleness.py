@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, only_moved, parts
-from t5_pipeline.artifacts.kinds import check_data, locate, locate_one, solved_tasks
+from t5_pipeline.artifacts.kinds import locate, solved_tasks
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
-from t5_pipeline.config.stage import SplitRead
 from t5_pipeline.config.training import TrainingConfig
-from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.schema import data_fields
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.task import Task
 
 Action = Literal["up to date", "run", "continue"]
 
@@ -61,94 +55,7 @@ def cell_statuses(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
     return found
 
 
-def check_outside(recipe: Recipe, stage: str) -> None:
-    """Check that everything that a stage reads from outside the run exists, before anything is launched.
-
-    Raises:
-        InputError: if something is missing; names the setting.
-    """
-    for cell in recipe.stages[stage]:
-        where = cell.settings.where
-        for name, owner, location in data_fields(cell.settings):
-            check_data(location, owner.where("data") if isinstance(owner, TaskConfig) else where(*name.split(".")))
-        for name, ref in cell.inputs.items():
-            if ref.path is not None:
-                find = locate if cell.settings.takes_many(name) else locate_one
-                find(cell.settings.inputs()[name], ref.path, where(name))
-        solved = _solved(recipe, cell)
-        cell.settings.check_solved(solved)
-        for read in cell.settings.splits_read(solved):
-            task = Task.load(read.task)
-            if read.split not in task.settings.splits and getattr(cell.settings, "split", None) == read.split:
-                raise InputError(
-                    f"{where('split')}: task `{task.name}` has no split {read.split!r}; choose one of"
-                    f" {', '.join(task.settings.splits)}, or add it to the `splits` of the task"
-                )
-            with _reason(cell, read):
-                task.check_split(read.split, read.inputs_only)
-
-
-def check_first_rows(recipe: Recipe, cells: Iterable[Cell]) -> None:
-    """Check that the first rows of the tasks that cells read fit their settings, before anything is launched.
-
-    Raises:
-        InputError: if they do not; names the row and the setting.
-    """
-    checked: list[tuple[TaskConfig, str, bool]] = []
-    for cell in cells:
-        for read in cell.settings.splits_read(_solved(recipe, cell)):
-            key = (read.task, read.split, read.inputs_only)
-            if key in checked:
-                continue
-            checked.append(key)
-            with _reason(cell, read):
-                Task.load(read.task).check_first_rows(read.split, read.inputs_only)
-
-
-@contextlib.contextmanager
-def _reason(cell: Cell, read: SplitRead) -> Iterator[None]:
-    """Say in errors why a split is read."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
-
-
-def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
-    """Check that cells replace neither their inputs nor anything that is not theirs, before anything is launched.
-
-    Raises:
-        InputError: if they would.
-    """
-    for cell in cells:
-        place = run_dir.cell(cell)
-        paths = {name: ref.path for name, ref in cell.inputs.items() if ref.path is not None}
-        for name, location in {**cell.settings.data(), **paths}.items():
-            path = Path(location)
-            if path.exists() and path.resolve().is_relative_to(place.resolve()):
-                raise InputError(
-                    f"{cell.settings.where(name)}: {location} is inside {place}, which this stage writes;"
-                    " choose another directory for the results"
-                )
-        if (corpus := cell.settings.data().get("corpus")) is not None and _would_read(Path(corpus), place):
-            raise InputError(
-                f"{cell.settings.where('corpus')}: {place}, which this stage writes, is inside {corpus} and would"
-                " become part of the corpus; choose another directory for the results"
-            )
-        run_dir.refuse_foreign(cell)
-    for stage, outputs in dict.fromkeys((cell.stage, tuple(cell.settings.outputs)) for cell in cells):
-        run_dir.refuse_links_out(stage, outputs)
-
-
-def _would_read(corpus: Path, place: Path) -> bool:
-    """Whether files at a place belong to a corpus; hidden ones in its folder do not."""
-    inner, folder = place.resolve(), corpus.resolve()
-    if not folder.is_dir() or not inner.is_relative_to(folder):
-        return False
-    return not any(part.startswith(".") for part in inner.relative_to(folder).parts)
-
-
-def _solved(recipe: Recipe, cell: Cell) -> list[TaskConfig]:
+def solved_by_inputs(recipe: Recipe, cell: Cell) -> list[TaskConfig]:
     """The tasks that the inputs of a cell solve: those of the stages that make them, and of artifacts at paths."""
     tasks = [task for maker in recipe.makers(cell) for task in maker.made_for()]
     for name, ref in cell.inputs.items():
@@ -172,7 +79,7 @@ def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: _ByStage) -
         cell.settings,
         {n: _digests(r) for n, r in inputs.items()},
         run_dir.digests,
-        cell.settings.extra_data(_solved(recipe, cell)),
+        cell.settings.extra_data(solved_by_inputs(recipe, cell)),
     )
     found = fingerprint(described)
     if (
